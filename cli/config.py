@@ -3,7 +3,7 @@
 import json
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +61,14 @@ def check(file: str | None, as_json: bool) -> None:
                 click.open_file(file).close()
             inputs = Inputs()
             settings = read_settings(inputs)
-            doubts = [f"{doubt.problem} {doubt.mend}" for doubt in find_doubts(settings)]
+            found = find_doubts(settings)
+        doubts = [f"{doubt.problem} {doubt.mend}" for doubt in found]
+        faults = [text for doubt, text in zip(found, doubts, strict=True) if doubt.is_fault]
         problems = list(filter(None, [refuse_to_start(settings)]))
     except OSError as error:
         raise click.ClickException(f"{name} cannot be read: {error.strerror}.") from error
     except SettingsRefused as error:
-        settings, problems, doubts = None, list(error.problems), []
+        settings, problems, doubts, faults = None, list(error.problems), [], []
     answer: dict[str, Any] = {"file": name, "problems": problems, "doubts": doubts}
     if settings and not problems:
         if file:
@@ -78,7 +80,7 @@ def check(file: str | None, as_json: bool) -> None:
             for row in answer["processes"] or ()
             for path in row["missing"]
         ]
-    click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(_as_text(answer)))
+    click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(_as_text(answer, faults)))
     sys.exit(1 if problems else 0)
 
 
@@ -152,11 +154,12 @@ def _missing(report: "Report") -> Iterator[str]:
                     yield path
 
 
-def _as_text(answer: Mapping[str, Any]) -> Iterator[str]:
+def _as_text(answer: Mapping[str, Any], faults: Collection[str]) -> Iterator[str]:
+    """Yield the lines. The marks are those of `sluice doctor`. A fault is a doubt that is certainly a mistake."""
     for doubt in answer["doubts"]:
-        yield f"! {doubt}"
+        yield f"{'✗' if doubt in faults else '!'} {doubt}"
     if answer["problems"]:
-        yield from answer["problems"]
+        yield from (f"✗ {problem}" for problem in answer["problems"])
         return
     if Path(answer["file"]).exists():
         yield f"{answer['file']}: no errors."

@@ -260,17 +260,21 @@ def drop_records(generation_ids: tuple[str, ...], is_all: bool) -> None:
 
 @main.command()
 @click.option("--keys", "with_keys", is_flag=True, help="Also ask each provider whether its keys are valid. Costs no tokens.")
-def doctor(with_keys: bool) -> None:
+@click.option("--url", help="Where the API listens, if not at SLUICE_HOST:SLUICE_PORT, as under systemd.")
+def doctor(with_keys: bool, url: str | None) -> None:
     """Say what is configured, what is reachable, what is wrong and how to fix it. The exit status is 1 if anything is wrong.
 
     \b
     sluice doctor
     sluice doctor --keys      # also: does each provider accept its keys?
+    sluice doctor --url http://127.0.0.1:8180
+
+    ✓ is right, · is for your information, ! may be a mistake, ✗ is wrong.
     """
     from cli.doctor.command import run
     from cli.stored import load_with_stored
 
-    sys.exit(run(load_with_stored(), with_keys=with_keys))
+    sys.exit(run(load_with_stored(), with_keys=with_keys, url=url))
 
 
 def _supervise(tier: str, settings: "Settings", sock: "socket", processes: int, drain_s: float) -> int:

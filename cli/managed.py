@@ -413,13 +413,14 @@ def _run(settings: Any, work: "Callable[[Catalog], Awaitable[Answer]]", *, must_
 
 @contextmanager
 def _failures() -> Iterator[None]:
+    from cli.settings import where_settings_are
     from common.database.errors import Busy, DatabaseUnavailable, RowRefused
 
     try:
         yield
     except (DatabaseUnavailable, RowRefused) as error:
         raise click.ClickException(
-            f"The database: {error}. Is SLUICE_DATABASE_URL right? `sluice doctor` tells more."
+            f"{where_settings_are()}The database: {error}. Is SLUICE_DATABASE_URL right? `sluice doctor` tells more."
         ) from error
     except Busy as error:
         raise click.ClickException("Others are making changes at the moment. Try again.") from error

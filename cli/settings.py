@@ -1,8 +1,10 @@
 """What is wrong with the settings? A message names a setting as its writer did, says what it may be, and quotes no secret."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -16,11 +18,14 @@ from common.config.setting_sources import (
     ENV_FILE,
     FILE_SUFFIX,
     PREFIX,
+    YAML_FILE,
     Inputs,
     NotJson,
     UnreadableSettings,
     env_file,
     environment,
+    full_path,
+    is_nothing_given,
     provider_variable,
     yaml_file,
     yaml_values,
@@ -72,8 +77,18 @@ def read_settings(inputs: Inputs, **options: Any) -> Settings:
     raise SettingsRefused(problems)
 
 
+def where_settings_are() -> str:
+    """Return a sentence for a command that lacks a setting, if this folder and the environment have none at all; else ""."""
+    if not is_nothing_given():
+        return ""
+    return (
+        f"There is no {ENV_FILE} and no {YAML_FILE} in {Path.cwd()}, and no {PREFIX} variable is set: start the command in the "
+        "folder of the gateway's settings (with systemd: cd /etc/sluice). "
+    )
+
+
 def _unknown_key(name: str, near: str | None) -> str:
-    return f"{Redactor()(name)} in {yaml_file()}: there is no such setting. {meant(near)}"
+    return f"{Redactor()(name)} in {full_path(yaml_file())}: there is no such setting. {meant(near)}"
 
 
 def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:
@@ -83,9 +98,14 @@ def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:
     if error["loc"] and str(error["input"]).startswith("tcp://"):
         text += " Kubernetes sets it for a Service of that name: set enableServiceLinks: false for the pod."
     is_unknown = error["type"] == "extra_forbidden" or error["loc"][-1:] == ("[key]",)
-    description = schema["properties"].get(place[0], {}).get("description", "") if _is_ours(name) and not is_unknown else ""
     name = Redactor()(name) if is_unknown else name  # A secret may stand where a name should be.
-    return f"{name}: {text} {description}".rstrip()
+    return f"{name}: {text} {'' if is_unknown else _example(schema['properties'].get(place[0], {}))}".rstrip()
+
+
+def _example(setting: _Node) -> str:
+    """Return the example of a setting that is JSON, which says more than the kinds of its parts."""
+    found = re.search(r"\{.*\}", setting.get("description", ""))
+    return f"For example: {found[0]}" if found else ""
 
 
 def explain_error(error: Any, schema: Mapping[str, Any]) -> str:
@@ -131,7 +151,7 @@ def _name(place: _Place, options: Mapping[str, Any]) -> str:
     variable = f"{PREFIX}{setting.upper()}"
     if setting in options:
         return "--" + ("port" if setting == "worker_port" else setting).replace("_", "-")
-    for variables, where in ((os.environ, ""), (env_file(), f" in {ENV_FILE}")):
+    for variables, where in ((os.environ, ""), (env_file(), f" in {full_path(ENV_FILE)}")):
         names = {name.upper(): name for name, value in variables.items() if value}
         for ending in ("", FILE_SUFFIX):
             if variable + ending in names:
@@ -139,13 +159,8 @@ def _name(place: _Place, options: Mapping[str, Any]) -> str:
             if setting == "providers" and (provider := _provider_variable(inner) + ending) in variables:
                 return f"{provider}{where}"
     if setting in yaml_values():
-        return f"{setting}{path} in {yaml_file()}"
+        return f"{setting}{path} in {full_path(yaml_file())}"
     return (find_variable(setting, environment()) or variable) + path
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a name is that of one of our settings, not a provider's usual variable."""
-    return not any(name.startswith(f"{vendor.env}_") for vendor in VENDORS.values())
 
 
 def _provider_variable(inner: list[str]) -> str:

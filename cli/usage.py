@@ -59,7 +59,7 @@ def usage(
     import asyncio  # Imported here, like everything that a help page does not need.
     from datetime import UTC, datetime
 
-    from cli.settings import load_settings
+    from cli.settings import load_settings, where_settings_are
     from common.database.errors import DatabaseUnavailable
 
     settings = load_settings()
@@ -75,7 +75,9 @@ def usage(
     try:
         report = asyncio.run(fetch_report(settings, question))
     except DatabaseUnavailable as error:
-        raise click.ClickException(f"the database cannot be used: {error}. `sluice doctor` may tell more.") from error
+        raise click.ClickException(
+            f"{where_settings_are()}The database cannot be used: {error}. `sluice doctor` may tell more."
+        ) from error
     click.echo({"table": as_table, "json": as_json, "csv": as_csv}[form](report), nl=False)
 
 

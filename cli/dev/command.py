@@ -39,6 +39,10 @@ DRAIN_S = 3  # After Ctrl-C nobody wants to wait for a minute.
 RESTART_PAUSE_S = 1.0
 EARLY_S, EARLY_MAX = 5.0, 3  # A process that ends this soon after its start, this many times in a row, would do so for ever.
 WATCHED = ("api", "workers", "common", "cli", "demo_provider")
+NO_REDIS = (
+    "! No Redis server was found: using fakeredis, for a first look only. Install redis-server: the extra `embedded` has one "
+    f"for some versions of Python and some machines only, and not here (Python {sys.version_info[0]}.{sys.version_info[1]})."
+)
 DEMO_KEY = "sk-demo"  # Everybody knows it, so it is valid on loopback only.
 DEMO_PRICE = Price(input_usd_per_mtok=1, output_usd_per_mtok=4)  # An invented price, so that reports show a cost.
 REASON_CHARS_MAX = 500
@@ -124,7 +128,7 @@ def run(settings: Settings, *, host: str, workers: int, once: bool, reload: bool
                 )
             with EmbeddedRedis() as redis:
                 if not redis.is_real:
-                    print_line("! No Redis server was found: using fakeredis, for a first look only. Install redis-server.")
+                    print_line(NO_REDIS)
                 processes = make_processes(settings, redis, workers, listener, key, verbose=verbose)
                 try:
                     return _run(processes, redis, settings, address, key, once=once, reload=reload)

@@ -11,7 +11,9 @@ from api.auth.startup_checks import refuse_to_start
 from cli.doctor.finding import Finding, Level
 from cli.doctor.http_get import get
 from cli.doctor.redis_checks import examine_cache, examine_redis
+from cli.settings import where_settings_are
 from common.canonical.errors import GatewayError
+from common.canonical.wording import counted
 from common.config.foreign_effect import in_effect, turns_cache_on, without_effect
 from common.config.groups.ledger import LedgerSettings
 from common.config.groups.models import ModelSettings
@@ -25,27 +27,44 @@ from common.process.event_loop import Loop
 from common.process.listening import local_url
 from common.process.redaction import shown_url
 
-MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "wrong": "✗"}
+MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "doubt": "!", "wrong": "✗"}
 FILES_WANTED = 10_000
 
 
-def run(settings: Settings, *, with_keys: bool = False) -> int:
-    """Print the report. Return 0 if nothing is wrong, else 1. ``with_keys``: ask the providers whether their keys are valid."""
+def run(settings: Settings, *, with_keys: bool = False, url: str | None = None) -> int:
+    """Print the report. Return 0 if nothing is wrong, else 1.
+
+    ``with_keys``: ask the providers whether their keys are valid. ``url``: where the API listens, if the
+    settings do not say it.
+    """
     with asyncio.Runner(loop_factory=Loop) as runner:
-        findings = runner.run(_examine(settings, with_keys=with_keys))
+        findings = runner.run(_examine(settings, with_keys=with_keys, url=url))
     for finding in findings:
         click.echo(f"{MARKS[finding.level]} {finding.summary}")
         if finding.fix:
             click.echo(f"    {finding.fix}")
-    wrong = sum(finding.level == "wrong" for finding in findings)
-    click.echo(f"\n{wrong} problem{'s' if wrong != 1 else ''} to fix." if wrong else "\nAll is well.")
-    return 1 if wrong else 0
+    click.echo(f"\n{_verdict(findings)}")
+    return 1 if any(finding.level == "wrong" for finding in findings) else 0
 
 
-async def _examine(settings: Settings, *, with_keys: bool) -> list[Finding]:
-    findings = [*_access(settings), *_providers(settings), *unknown_prices(settings), *_foreign(settings), *_doubts(settings)]
+def _verdict(findings: list[Finding]) -> str:
+    wrong, doubts = (sum(finding.level == level for finding in findings) for level in ("wrong", "doubt"))
+    parts = [f"{counted(wrong, 'problems')} to fix ({MARKS['wrong']})"] * bool(wrong)
+    parts += [f"{counted(doubts, 'doubts')} to look at ({MARKS['doubt']})"] * bool(doubts)
+    return f"{', '.join(parts)}." if parts else "All is well."
+
+
+async def _examine(settings: Settings, *, with_keys: bool, url: str | None) -> list[Finding]:
+    findings = [
+        *_sources(),
+        *_access(settings),
+        *_providers(settings),
+        *unknown_prices(settings),
+        *_foreign(settings),
+        *_doubts(settings),
+    ]
     findings.append(_files())
-    api = await _api(settings)
+    api = await _api(settings, url)
     findings += [*await examine_redis(settings, is_running=api.level == "ok"), *await examine_cache(settings)]
     findings.append(await examine_database(settings))
     findings += await _upstreams(settings, with_keys=with_keys)
@@ -58,6 +77,11 @@ async def _upstreams(settings: Settings, *, with_keys: bool) -> list[Finding]:
 
     findings = [*certificate_findings(), *await provider_findings(settings)]
     return findings + await key_findings(settings) if with_keys else findings
+
+
+def _sources() -> list[Finding]:
+    missing = where_settings_are().rstrip()
+    return [Finding("doubt", missing)] if missing else []
 
 
 def _access(settings: Settings) -> list[Finding]:
@@ -130,11 +154,11 @@ def _foreign(settings: Settings) -> list[Finding]:
         cache = " It turns the cache on for POST /v1/chat: see docs/caching.md." if turns_cache_on(name, settings) else ""
         effective.append(Finding("ok", f"{name} is used as a setting of Sluice.{cache}"))
     ignored = without_effect(environment(), settings)
-    return effective + [Finding("note", f"{name} has no effect: {reason}.") for name, reason in ignored.items()]
+    return effective + [Finding("doubt", f"{name} has no effect: {reason}.") for name, reason in ignored.items()]
 
 
 def _doubts(settings: Settings) -> list[Finding]:
-    return [Finding("wrong" if doubt.is_fault else "note", doubt.problem, doubt.mend) for doubt in find_doubts(settings)]
+    return [Finding("wrong" if doubt.is_fault else "doubt", doubt.problem, doubt.mend) for doubt in find_doubts(settings)]
 
 
 def _files() -> Finding:
@@ -169,12 +193,13 @@ async def _revision(url: str) -> str | None:
     return await read_revision(url)
 
 
-async def _api(settings: ServerSettings) -> Finding:
-    address = f"{local_url(settings.host, settings.port)}/readyz"
+async def _api(settings: ServerSettings, url: str | None) -> Finding:
+    address = f"{(url or local_url(settings.host, settings.port)).rstrip('/')}/readyz"
     try:
         status = (await get(address)).status
     except (OSError, TimeoutError) as error:
-        return Finding("note", f"The API does not answer at {address}: {_error_text(error)}.", "Start it with `sluice api`.")
+        fix = "Start it with `sluice api`. If it listens elsewhere, say where: `sluice doctor --url http://127.0.0.1:PORT`."
+        return Finding("wrong" if url else "note", f"The API does not answer at {address}: {_error_text(error)}.", fix)
     if status >= 500:
         return Finding("note", f"The API answers at {address} with status {status}.", "Try again later.")
     return Finding("ok", f"The API answers at {address}.")

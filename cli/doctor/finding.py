@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["ok", "note", "wrong"]
+Level = Literal["ok", "note", "doubt", "wrong"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,12 +229,13 @@ def _run(work: Callable[["KeyRing"], Awaitable[Answer]], *, must_exist: bool = T
     """Run ``work`` with a key ring. ``must_exist``: the database must exist already. Only the first key may make one."""
     import asyncio  # Imported here, like everything that a help page does not need.
 
-    from cli.settings import load_settings
+    from cli.settings import load_settings, where_settings_are
 
     settings = load_settings()
     if settings.secret is None:
         raise click.UsageError(
-            "Managed keys need SLUICE_SECRET, the same for all processes: make one with `openssl rand -hex 32`."
+            f"{where_settings_are()}Managed keys need SLUICE_SECRET, the same for all processes: make one with "
+            "`openssl rand -hex 32`."
         )
     with _failures():
         return asyncio.run(_with_ring(settings, settings.secret, work, must_exist))
@@ -257,6 +258,7 @@ async def _with_ring(
 
 @contextmanager
 def _failures() -> Iterator[None]:
+    from cli.settings import where_settings_are
     from common.access.key_ring import UnknownKey
     from common.database.errors import Busy, DatabaseUnavailable, RowRefused
 
@@ -268,7 +270,7 @@ def _failures() -> Iterator[None]:
         raise click.ClickException(f"There is no key {shown}. `sluice keys list` shows all keys.") from error
     except (DatabaseUnavailable, RowRefused) as error:
         raise click.ClickException(
-            f"The database: {error}. Is SLUICE_DATABASE_URL right? `sluice doctor` tells more."
+            f"{where_settings_are()}The database: {error}. Is SLUICE_DATABASE_URL right? `sluice doctor` tells more."
         ) from error
     except Busy as error:
         raise click.ClickException("Others are changing the same key at the moment. Try again.") from error

@@ -14,13 +14,31 @@ from urllib.parse import urlsplit
 from common.access.principal import Access, GuardrailPolicy
 from common.config.compose_variables import COMPOSE_VARIABLES
 from common.config.model_routes import fallbacks_of, find_problem, named_targets
-from common.config.setting_sources import ENV_FILE, FILE_SUFFIX, PREFIX, env_file, yaml_values
+from common.config.setting_sources import (
+    ENV_FILE,
+    FILE_SUFFIX,
+    PREFIX,
+    PROVIDER_VARIABLES,
+    env_file,
+    environment,
+    full_path,
+    provider_variable,
+    yaml_values,
+)
 from common.config.settings import Settings
 from common.guardrails.table import GUARDRAILS, Mode
 from common.vendors.table import VENDORS
 
 # Kubernetes sets these variables in every pod if a Service's name begins with "sluice". They are not mistakes.
 _SERVICE_LINK = re.compile(r"SLUICE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_\w+)?)")
+
+
+# How people write the ends of the providers' variables. The longest first.
+_ENDINGS = {
+    "api_keys": ("APIKEYS", "APIKEY", "APITOKEN", "KEYS", "KEY"),
+    "base_url": ("APIBASEURL", "BASEURL", "APIBASE", "APIURL", "BASE", "URL"),
+}
+VENDOR_LETTERS_MIN = 5  # Shorter names are near to too many others.
 
 
 class Doubt(NamedTuple):
@@ -35,6 +53,7 @@ def find_doubts(settings: Settings) -> list[Doubt]:
     """Return the doubts about the settings, and about names that look like settings."""
     return [
         *_unknown_variables(),
+        *_misspelt_provider_variables(),
         *_targets(settings),
         *_windows(settings),
         *_providers(settings),
@@ -69,13 +88,44 @@ def unknown_keys() -> Iterator[tuple[str, str | None]]:
 
 def _unknown_variables() -> Iterator[Doubt]:
     known = {*Settings.model_fields, *(name.lower().removeprefix(PREFIX.lower()) for name in COMPOSE_VARIABLES)}
-    for variables, where in ((os.environ, "the environment"), (env_file(), ENV_FILE)):
+    for variables, where in ((os.environ, "the environment"), (env_file(), full_path(ENV_FILE))):
         for name, value in variables.items():
             setting = name.lower().removeprefix(PREFIX.lower())
             setting = setting if setting in known else setting.removesuffix(FILE_SUFFIX.lower())
             if name.upper().startswith(PREFIX) and setting not in known and not _is_service_link(name, value or ""):
                 near = nearest(setting, sorted(known))
                 yield _unknown(name, where, f"{PREFIX}{near.upper()}" if near else None)
+
+
+def _misspelt_provider_variables() -> Iterator[Doubt]:
+    """Yield doubts about variables that are nearly a provider's. A name that is not near belongs to another program."""
+    present = environment()
+    for variables, where in ((os.environ, "the environment"), (env_file(), full_path(ENV_FILE))):
+        for name, value in variables.items():
+            near = _near_provider_variable(name) if value else None
+            if near and not present.get(near):
+                is_fault = where != "the environment"  # There it may belong to another program.
+                yield Doubt(f"{name} in {where} has no effect: there is no such variable.", meant(near), is_fault)
+
+
+def _near_provider_variable(name: str) -> str | None:
+    """Return the provider's variable that was probably meant; None for its own name, and for one that is not near."""
+    if name in PROVIDER_VARIABLES or name.upper().startswith(PREFIX):
+        return None
+    letters = name.upper().replace("_", "").replace("-", "")
+    for field, endings in _ENDINGS.items():
+        ending = next((ending for ending in endings if letters.endswith(ending)), None)
+        if ending:
+            vendor = _near_vendor(letters.removesuffix(ending))
+            return vendor and provider_variable(vendor, field)
+    return None
+
+
+def _near_vendor(letters: str) -> str | None:
+    names = {vendor.env.replace("_", ""): vendor.env for vendor in VENDORS.values() if vendor.id != "demo"}
+    if letters in names or len(letters) < VENDOR_LETTERS_MIN:
+        return names.get(letters)
+    return next((names[near] for near in difflib.get_close_matches(letters, names, n=1, cutoff=0.8)), None)
 
 
 def _is_service_link(name: str, value: str) -> bool:

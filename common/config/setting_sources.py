@@ -10,6 +10,7 @@ other invalid values.
 
 import functools
 import os
+import pwd
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -106,14 +107,14 @@ def _file_text(name: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableSettings(f"{name.upper()} names a file that cannot be read: {_reason(error)}.") from error
+        raise UnreadableSettings(f"{name.upper()} names a file that cannot be read: {_reason(error, path)}.") from error
 
 
 def env_file() -> Mapping[str, str | None]:
     try:
         return dotenv_values(Path(ENV_FILE))
     except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableSettings(f"{ENV_FILE} cannot be read: {_reason(error)}.") from error
+        raise UnreadableSettings(f"{full_path(ENV_FILE)} cannot be read: {_reason(error, ENV_FILE)}.") from error
 
 
 _yaml_file: ContextVar[str] = ContextVar("yaml_file", default=YAML_FILE)
@@ -160,32 +161,52 @@ class _UniqueKeys(yaml.SafeLoader):
 def yaml_values() -> dict[str, Any]:
     """Return the settings in ``sluice.yaml``. Empty where there is no such file."""
     name = yaml_file()
+    path = full_path(name)
     try:
         with Path(name).open(encoding="utf-8") as file:
             values = yaml.load(file, _UniqueKeys)  # noqa: S506 - It is a SafeLoader.
     except FileNotFoundError:
         return {}
     except _RepeatedKey as error:
-        raise UnreadableSettings(f"{name} {error.problem}: leave one of them out, or write both as one.") from error
+        raise UnreadableSettings(f"{path} {error.problem}: leave one of them out, or write both as one.") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "its end"
-        raise UnreadableSettings(f"{name} is not YAML at {where}: {error.problem}.") from error
+        raise UnreadableSettings(f"{path} is not YAML at {where}: {error.problem}.") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UnreadableSettings(f"{name} cannot be read: {_reason(error)}.") from error
+        raise UnreadableSettings(f"{path} cannot be read: {_reason(error, name)}.") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UnreadableSettings(f"{name} must have one setting per line, such as `port: 8080`.")
+        raise UnreadableSettings(f"{path} must have one setting per line, such as `port: 8080`.")
     return {str(name): value for name, value in values.items()}
 
 
-def _reason(error: Exception) -> str:
+def full_path(name: str) -> str:
+    """Return where a file of settings is. Of several folders with such a file, a message must say which one it means."""
+    return str(Path(name).absolute())
+
+
+def is_nothing_given() -> bool:
+    """Whether there are no settings at all: no file in this folder, and no variable of ours."""
+    return not (Path(ENV_FILE).exists() or Path(YAML_FILE).exists() or any(name.startswith(PREFIX) for name in os.environ))
+
+
+def _reason(error: Exception, path: str) -> str:
+    if isinstance(error, PermissionError):
+        return f"{error.strerror} for the user {_user()}. Run the command as a user who may read it (ls -l {full_path(path)})"
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 at byte {error.start + 1}"
     return "it has characters that YAML does not allow"
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # A container may run as a user without a name.
+        return str(os.geteuid())
 
 
 class _Variables(EnvSettingsSource):

@@ -6,6 +6,7 @@ never quote a URL, because it may contain a password.
 
 import inspect
 import re
+import unicodedata
 from typing import Annotated, Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -20,7 +21,13 @@ PORT_MAX = 65_535
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 DATABASE_SCHEMES = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgres", "postgresql+asyncpg")
 _HOST = re.compile(r"[^\s/@?#]+")
-_SENDABLE = re.compile(r"""(?!(["']).*\1$)[!-~](?:[ -~]*[!-~])?""")
+_QUOTES = "\"'"
+# What documentation writes where a key belongs. A key that is made by chance has none of this.
+_PLACEHOLDER = re.compile(
+    r"…|\.\.\.|\*{3}|[-_]x{6}|^<.*>$|^\[.*\]$|\{\{|\$\{"
+    r"|(^|[^a-z0-9])(your|placeholder|change[-_]?me|replace[-_]?me)([^a-z0-9]|$)",
+    re.IGNORECASE,
+)
 
 
 def _split_commas(value: Any) -> Any:
@@ -39,9 +46,36 @@ def _sendable(key: SecretStr) -> SecretStr:
     Raises:
         ValueError
     """
-    if not _SENDABLE.fullmatch(key.get_secret_value()):
-        raise ValueError("a key must be of printable ASCII characters: look for line breaks, and for quotes around the value")
+    text = key.get_secret_value()
+    refuse_placeholder(text)
+    if len(text) > 1 and text[0] in _QUOTES and text[0] == text[-1]:
+        raise ValueError("it must not have quotes around it: remove them")
+    wrong = next((at for at, char in enumerate(text, 1) if not " " <= char <= "~"), None)
+    if wrong:
+        raise ValueError(f"a key must be of printable ASCII characters, but character {wrong} is {_named(text[wrong - 1])}")
+    if text != text.strip() or not text:
+        raise ValueError("a key must be a text without blanks around it")
     return key
+
+
+def refuse_placeholder(text: str) -> None:
+    """Refuse what documentation writes in place of a key or a secret.
+
+    Raises:
+        ValueError: it quotes no more than the character that no key has.
+    """
+    if found := _PLACEHOLDER.search(text):
+        mark = found[0] if found[0] in ("…", "...", "***") else ""
+        shown = f" (it has {_named(mark) if len(mark) == 1 else mark})" if mark else ""
+        raise ValueError(f"this looks like the placeholder of a documentation{shown}: put your own in its place")
+
+
+def _named(char: str) -> str:
+    """Return a character as a message can show it: ``U+2026, HORIZONTAL ELLIPSIS``."""
+    name = {"\n": "LINE FEED", "\r": "CARRIAGE RETURN", "\t": "TAB"}.get(char) or unicodedata.name(
+        char, "no printable character"
+    )
+    return f"U+{ord(char):04X}, {name}"
 
 
 def _split_origins(value: Any) -> Any:
@@ -126,13 +160,13 @@ def _is_sentinel(text: str) -> bool:
 def _database_url(text: str) -> str:
     parts = _split(text)
     if parts.scheme not in DATABASE_SCHEMES:
-        raise ValueError("it must be like sqlite:///FILE or postgresql://user:password@host/name")
+        raise ValueError("it must be like sqlite:///FILE or postgresql://USER@HOST/NAME")
     name = parts.path.strip("/")
     if parts.scheme.startswith("sqlite"):
         if parts.netloc or name in ("", ":memory:"):
             raise ValueError("it must name a file that all processes share, such as sqlite:////var/lib/sluice.db")
     elif not name:
-        raise ValueError("it must name a database: postgresql://user:password@host/name")
+        raise ValueError("it must name a database: postgresql://USER@HOST/NAME")
     elif parts.query:
         _check_asyncpg_query(parts.query)
     return text

@@ -30,7 +30,7 @@ def test_a_reload_with_a_wrong_file_says_why_and_that_nothing_was_reloaded(folde
 
     assert result.exit_code == 2
     reason, end = result.output.splitlines()
-    assert (reason.startswith("port in sluice.yaml: "), end) == (True, "Nothing was reloaded.")
+    assert (reason.startswith(f"port in {folder}/sluice.yaml: "), end) == (True, "Nothing was reloaded.")
 
 
 def test_a_check_names_both_lines_of_a_key_that_is_written_twice(folder: Path):

@@ -1,6 +1,10 @@
 """What is told of wrong settings: the name that their writer gave them, what they may be, and never a secret."""
 
+import errno
 import os
+import pwd
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from cli.main import main
 from cli.settings import load_settings
+from common.config import setting_sources
 from common.config.settings import Settings
 
 CANARY = "sk-canary-0123456789abcdef"
@@ -65,7 +70,7 @@ def test_every_command_ends_with_one_line_that_names_the_setting(command: list[s
         ("SLUICE_LOG_LEVEL", "loud", ["one of debug, info, warning, error"]),
         ("SLUICE_AUTH", "off", ["one of keys, none"]),
         ("SLUICE_REDIS_URL", "localhost:6379", ["redis://127.0.0.1:6379/0", "'localhost:6379'"]),
-        ("SLUICE_DATABASE_URL", "sluice.db", ["sqlite:///FILE", "postgresql://user:password@host/name"]),
+        ("SLUICE_DATABASE_URL", "sluice.db", ["sqlite:///FILE", "postgresql://USER@HOST/NAME"]),
         ("SLUICE_CORS_ORIGINS", "app.example", ["https://app.example", "'app.example'"]),
         ("OPENAI_BASE_URL", "127.0.0.1:9", ["OPENAI_BASE_URL: ", "http:// or https://"]),
         ("PORT", "99999", ["PORT: ", "from 1 to 65535"]),
@@ -97,9 +102,41 @@ def test_a_file_that_a_variable_names_is_told_by_the_variable_s_name(elsewhere: 
     short.write_text("short")
 
     assert told(OPENAI_API_KEY_FILE="/nowhere").startswith("OPENAI_API_KEY_FILE names a file that cannot be read: No such")
-    assert told(SLUICE_SECRET_FILE=str(short)).startswith("SLUICE_SECRET_FILE: it must have 32 bytes or more.")
+    assert told(SLUICE_SECRET_FILE=str(short)) == (
+        "SLUICE_SECRET_FILE: it must have 32 bytes or more, or it could be found by trial. "
+        "Make one with `openssl rand -hex 32`.\n"
+    )
     both = told(SLUICE_SECRET="x" * 32, SLUICE_SECRET_FILE=str(short))
     assert both == "SLUICE_SECRET and SLUICE_SECRET_FILE are both set: leave one of them out.\n"
+
+
+@pytest.mark.parametrize(("name", "read"), [(".env", setting_sources.env_file), ("sluice.yaml", setting_sources.yaml_values)])
+def test_a_file_that_this_user_may_not_read_is_told_with_the_user_and_what_to_do(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, name: str, read: Callable[[], object]
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(setting_sources, "dotenv_values", refuse)  # It opens the file itself.
+    path, user = elsewhere / name, pwd.getpwuid(os.geteuid()).pw_name
+
+    with pytest.raises(setting_sources.UnreadableSettings) as told:
+        read()
+
+    mend = f"Run the command as a user who may read it (ls -l {path})."
+    assert str(told.value) == f"{path} cannot be read: Permission denied for the user {user}. {mend}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SLUICE_PORT", "70000"), ("SLUICE_SECRET", "short"), ("SLUICE_CORS_ORIGINS", "app.example"), ("SLUICE_AUTH", "off")],
+)
+def test_a_wrong_value_is_told_in_two_sentences_at_most(name: str, value: str):
+    (line,) = told(**{name: value}).splitlines()
+
+    assert len(re.findall(r"\.(?: |$)", line)) <= 2
+    assert Settings.model_fields[name.removeprefix("SLUICE_").lower()].description not in line  # type: ignore[operator]
 
 
 def test_all_that_is_wrong_is_told_at_once():
@@ -142,10 +179,10 @@ def test_a_value_is_named_by_the_file_that_it_stands_in(elsewhere: Path):
 
     said = told()
 
-    for words in ("port in sluice.yaml: ", "limits.key.rpm in sluice.yaml: ", "secret in sluice.yaml: "):
+    for words in (f"{name} in {elsewhere}/sluice.yaml: " for name in ("port", "limits.key.rpm", "secret")):
         assert words in said
-    assert "SLUICE_WORKER_SLOTS in .env: " in said
-    assert "OPENAI_BASE_URL in .env: " in said
+    assert f"SLUICE_WORKER_SLOTS in {elsewhere}/.env: " in said
+    assert f"OPENAI_BASE_URL in {elsewhere}/.env: " in said
     assert CANARY not in said
 
 
@@ -162,10 +199,10 @@ def test_a_stronger_source_is_the_one_that_is_named(elsewhere: Path):
         ("port: 1\nhost: a: b\n", "line 2, column 8"),
         ("- a\n- b\n", "one setting per line"),
         ("just words\n", "one setting per line"),
-        ("port: yes\n", "port in sluice.yaml: it must not be true or false"),
-        ("tenants: {1: {}}\n", "tenants.1 in sluice.yaml"),
+        ("port: yes\n", "port in FOLDER/sluice.yaml: it must not be true or false"),
+        ("tenants: {1: {}}\n", "tenants.1 in FOLDER/sluice.yaml"),
         ("a: \x00\n", "characters that YAML does not allow"),
-        ("limits:\n", "limits in sluice.yaml"),
+        ("limits:\n", "limits in FOLDER/sluice.yaml"),
     ],
 )
 def test_a_broken_yaml_file_is_told_with_the_place(elsewhere: Path, text: str, words: str):
@@ -174,7 +211,7 @@ def test_a_broken_yaml_file_is_told_with_the_place(elsewhere: Path, text: str, w
     (line,) = told().splitlines()
 
     assert "sluice.yaml" in line
-    assert words in line
+    assert words.replace("FOLDER", str(elsewhere)) in line
 
 
 @pytest.mark.parametrize(
@@ -193,7 +230,7 @@ def test_a_broken_yaml_file_is_told_with_the_place(elsewhere: Path, text: str, w
 def test_an_unknown_key_of_the_yaml_file_stops_the_start(elsewhere: Path, line: str, hint: str):
     (elsewhere / "sluice.yaml").write_text(line + "\n")
 
-    assert told() == f"{line.partition(':')[0]} in sluice.yaml: there is no such setting. {hint}\n"
+    assert told() == f"{line.partition(':')[0]} in {elsewhere}/sluice.yaml: there is no such setting. {hint}\n"
 
 
 def test_an_unknown_key_is_told_together_with_wrong_values_and_is_no_secret(elsewhere: Path):
@@ -206,12 +243,12 @@ def test_an_unknown_key_is_told_together_with_wrong_values_and_is_no_secret(else
 
 
 @pytest.mark.parametrize("name", ["sluice.yaml", ".env"])
-def test_a_file_that_is_no_text_is_told(elsewhere: Path, name: str):
+def test_a_file_that_is_no_text_is_told_with_its_path(elsewhere: Path, name: str):
     (elsewhere / name).write_bytes(b"\xff\xfe\x00")
 
     (line,) = told().splitlines()
 
-    assert line.startswith(f"{name} cannot be read")
+    assert line.startswith(f"{elsewhere / name} cannot be read: it is not UTF-8")
 
 
 def test_an_option_wins_over_the_settings(monkeypatch: pytest.MonkeyPatch):
@@ -236,3 +273,35 @@ def test_what_is_right_is_taken_whatever_its_case(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLUICE_LOG_LEVEL", "INFO")
 
     assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize("command", [["keys", "list"], ["usage"], ["doctor"]], ids=" ".join)
+def test_a_command_in_a_folder_without_settings_says_so_first(elsewhere: Path, command: list[str]):
+    said = (
+        f"There is no .env and no sluice.yaml in {elsewhere}, and no SLUICE_ variable is set: start the command in the folder"
+    )
+
+    assert said in CliRunner().invoke(main, command).output
+    (elsewhere / ".env").write_text("")
+    assert said not in CliRunner().invoke(main, command).output
+
+
+def test_the_doctor_asks_the_api_where_it_is_told_and_says_what_to_do_if_it_listens_elsewhere(elsewhere: Path):
+    asked = CliRunner().invoke(main, ["doctor", "--url", "http://127.0.0.1:1/"]).output
+    unasked = CliRunner().invoke(main, ["doctor"], env={"SLUICE_PORT": "1"}).output
+
+    assert "✗ The API does not answer at http://127.0.0.1:1/readyz" in asked
+    assert "· The API does not answer at http://127.0.0.1:1/readyz" in unasked
+    assert "If it listens elsewhere, say where: `sluice doctor --url" in unasked
+
+
+def test_the_doctor_and_the_check_mark_a_typo_alike(elsewhere: Path):
+    (elsewhere / ".env").write_text("SLUICE_PROT=1\n")
+    env = {"SLUICE_BOATHOUSE": "1"}
+
+    for command in (["doctor"], ["config", "check"]):
+        output = CliRunner().invoke(main, command, env=env).output
+
+        assert f"✗ SLUICE_PROT in {elsewhere}/.env" in output
+        assert "! SLUICE_BOATHOUSE in the environment" in output
+        assert "All is well" not in output

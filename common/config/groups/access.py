@@ -16,6 +16,7 @@ from common.config.setting_values import (
     Origins,
     SecretCommaList,
     Wait,
+    refuse_placeholder,
 )
 
 # RFC 7518, 3.2. Anybody who has one text that was signed with a short secret can find the secret offline by trial.
@@ -72,11 +73,14 @@ class AccessSettings(BaseModel):
     @field_validator("secret", "secret_previous", "jwt_secret")
     @classmethod
     def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret and len(secret.get_secret_value().encode()) < SECRET_BYTES_MIN:
+        if secret is None:
+            return None
+        refuse_placeholder(secret.get_secret_value())
+        if len(secret.get_secret_value().encode()) < SECRET_BYTES_MIN:
             raise PydanticCustomError(
                 "secret_too_short",
-                f"it must have {SECRET_BYTES_MIN} bytes or more. Otherwise anybody with one key or token could "
-                "find it by trial. Make one with `openssl rand -hex 32`.",
+                f"it must have {SECRET_BYTES_MIN} bytes or more, or it could be found by trial. Make one with "
+                "`openssl rand -hex 32`.",
             )
         return secret
 

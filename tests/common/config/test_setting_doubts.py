@@ -100,7 +100,7 @@ def test_a_name_in_the_env_file_is_told_too(elsewhere: Path):
 
     (said,) = told()
 
-    assert "SLUICE_LIMIT in .env" in said
+    assert f"SLUICE_LIMIT in {elsewhere}/.env" in said
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,39 @@ def test_a_process_logs_them_when_it_starts():
 
     (line,) = logs
     assert (line["event"], line["log_level"]) == ("setting_in_doubt", "warning")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("ANTHROPIC_KEY", "ANTHROPIC_API_KEY"),
+        ("ANTROPIC_API_KEY", "ANTHROPIC_API_KEY"),
+        ("GROQ_APIKEY", "GROQ_API_KEY"),
+        ("mistral_api_key", "MISTRAL_API_KEY"),
+        ("GEMINI_API_KEYS", "GEMINI_API_KEY"),
+        ("COHERE_API_BASE", "COHERE_BASE_URL"),
+        ("VLLM_URL", "VLLM_BASE_URL"),
+    ],
+)
+def test_a_name_that_is_nearly_a_provider_s_variable_is_told(elsewhere: Path, name: str, near: str):
+    (elsewhere / ".env").write_text(f"{name}=value\n")
+
+    assert told() == [f"{name} in {elsewhere}/.env has no effect: there is no such variable. Did you mean {near}?"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ANTHROPIC_MODEL", "ANTHROPIC_AUTH_TOKEN", "OPENAI_ORG_ID", "OPENROUTER_API_KEY", "ZAI_API_KEY", "DEMO_URL", "API_KEY"],
+)
+def test_a_variable_of_another_program_is_in_no_doubt(elsewhere: Path, name: str):
+    (elsewhere / ".env").write_text(f"{name}=value\n")
+
+    assert told() == []
+
+
+def test_a_near_name_in_the_environment_may_be_another_program_s(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ANTHROPIC_KEY", "value")
+
+    (doubt,) = find_doubts(Settings(**OPENAI))
+
+    assert not doubt.is_fault
