@@ -6,6 +6,7 @@ They are in the same ``.env`` as the settings, so every container has them. A te
 COMPOSE_VARIABLES = frozenset(
     {
         "SLUICE_API_INTERNAL",
+        "SLUICE_API_REPLICAS",
         "SLUICE_API_STOP_GRACE",
         "SLUICE_HEALTH_INTERVAL",
         "SLUICE_IMAGE",
@@ -21,6 +22,7 @@ COMPOSE_VARIABLES = frozenset(
         "SLUICE_SECRETS_FOLDER",
         "SLUICE_TIER_MEMORY",
         "SLUICE_TLS_FOLDER",
+        "SLUICE_WORKER_REPLICAS",
         "SLUICE_WORKER_STOP_GRACE",
     }
 )

@@ -36,7 +36,7 @@ OURS = ("api", "worker")
 SERVICES = ("nginx", *OURS, "redis", "postgres")  # Those that run all the time.
 ENDING = ("migrate", "credentials")
 OPTIONAL = ("cli", "demo")
-WITH_SETTINGS = (*OURS, "migrate", "credentials", "cli")
+WITH_SETTINGS = (*OURS, "migrate", "cli")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_each_service_waits_for_what_it_needs(services: dict[str, Any]):
         "migrate": made | {"postgres": healthy},
         "redis": made,
         "postgres": made,
-        "cli": made,
+        "cli": {},  # Else each command would begin with three lines about `credentials`, which `up` has long started.
         "credentials": {},
         "demo": {},
     }
@@ -297,16 +297,35 @@ def test_every_setting_in_env_reaches_the_containers(services: dict[str, Any], n
     """By env_file. What ``environment`` says is stronger, so it must not drop what an operator wrote without a reason."""
     service, known = services[name], {f"SLUICE_{field.upper()}" for field in Settings.model_fields}
     vendors = {f"{vendor.env}_{part}" for vendor in VENDORS.values() for part in ("API_KEY", "BASE_URL")}
-    environment = service["environment"]
+    numbers = {"SLUICE_API_REPLICAS": "", "SLUICE_WORKER_REPLICAS": ""}
+    assert service["environment"].items() >= numbers.items()  # Else Compose would make all replicas anew for one more.
+    environment = {variable: value for variable, value in service["environment"].items() if variable not in numbers}
 
     assert service["env_file"] == [{"path": ".env", "required": False}]
     assert {variable.removesuffix("_FILE") for variable in environment} <= known | vendors
     fixed = {variable for variable, value in environment.items() if value is not None and variable not in str(value)}
     by_file = {variable for variable in fixed if f"{variable}_FILE" in environment}  # `credentials` writes what .env says.
-    assert by_file == (set() if name == "credentials" else {"SLUICE_REDIS_URL", "SLUICE_DATABASE_URL", "SLUICE_SECRET"})
+    assert by_file == {"SLUICE_REDIS_URL", "SLUICE_DATABASE_URL", "SLUICE_SECRET"}
     addresses = {"SLUICE_HOST", "SLUICE_PORT", "SLUICE_WORKER_PORT"}  # Inside the container.
     clients = {"SLUICE_API_KEYS", "SLUICE_ADMIN_KEYS", "SLUICE_JWT_SECRET"} if name == "worker" else set()
     assert fixed - by_file <= addresses | clients
+
+
+def test_what_others_wait_for_does_not_change_with_a_setting(services: dict[str, Any]):
+    """Compose makes anew what depends on a service that it makes anew: Redis and PostgreSQL would restart for each setting."""
+    credentials = services["credentials"]
+    variables = {*re.findall(r"\$\{(SLUICE_\w+)", (ROOT / "deploy" / "credentials.sh").read_text())}
+
+    assert credentials["env_file"] == []
+    assert set(credentials["environment"]) == variables
+    assert not any(credentials["environment"].values())  # As .env says.
+
+
+def test_the_number_of_replicas_is_in_env(services: dict[str, Any]):
+    assert {name: services[name]["scale"] for name in OURS} == {
+        "api": "${SLUICE_API_REPLICAS:-1}",
+        "worker": "${SLUICE_WORKER_REPLICAS:-1}",
+    }
 
 
 def test_without_keys_it_says_what_to_do(services: dict[str, Any]):

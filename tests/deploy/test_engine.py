@@ -57,7 +57,7 @@ class Stack:
             "COMPOSE_PROJECT_NAME": f"sluice-test-{os.getpid()}",
             "SLUICE_IMAGE": "sluice:test",
             "SLUICE_PUBLISH": f"127.0.0.1:{self.port}",
-            "SLUICE_RELAY_SUBNET": "10.213.78.0/24",
+            "SLUICE_RELAY_SUBNET": f"10.213.{100 + os.getpid() % 100}.0/24",  # Two runs at the same time do not meet.
             "SLUICE_HEALTH_INTERVAL": "2s",
             "SLUICE_NOFILE": str(min(65536, int(limit) if limit.isdigit() else 65536)),
             "SLUICE_OVERLOAD_LAG_MS": "0",  # The machine of the tests is busy with others.
@@ -101,6 +101,15 @@ class Stack:
             return f"{errors[0]} after a part" if answer(tokens).startswith(text) else "other text"
         return "complete" if text == answer(tokens) and events[-1] == "[DONE]" else "cut without a word"
 
+    async def whole(self, session: aiohttp.ClientSession, url: str) -> str:
+        """Ask for a short answer in one piece. Return how it ended."""
+        body = {"model": "demo-n3-d10", "messages": [{"role": "user", "content": "hi"}]}
+        async with session.post(f"{url}/v1/chat/completions", json=body, headers=AUTH) as response:
+            said = await response.json()
+        if response.status != 200:
+            return f"{response.status} {said['error']['code']}"
+        return "complete" if said["choices"][0]["message"]["content"] == answer(3) else "other text"
+
     async def under_load(
         self,
         command: str,
@@ -108,10 +117,14 @@ class Stack:
         lanes: int = 20,
         tokens: int = 30,
         once: bool = False,
+        short_lanes: int = 0,
         url: str = "",
         trust: ssl.SSLContext | bool = True,
     ) -> Counter[str]:
-        """Run a command while streams run. A new one begins as one ends, until the command is done, unless ``once``."""
+        """Run a command while streams run. A new one begins as one ends, until the command is done, unless ``once``.
+
+        In ``short_lanes``, each short stream is followed by a short answer in one piece. Each request has its own connection.
+        """
         ends: Counter[str] = Counter()
         done = asyncio.Event()
 
@@ -121,9 +134,15 @@ class Stack:
                 if once or done.is_set():
                     return
 
+        async def short_lane(session: aiohttp.ClientSession) -> None:
+            while not done.is_set():
+                ends[await self.stream(session, 3, url or self.url)] += 1
+                ends[await self.whole(session, url or self.url)] += 1
+
         connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=trust)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
             running = [asyncio.ensure_future(lane(session)) for _ in range(lanes)]
+            running += [asyncio.ensure_future(short_lane(session)) for _ in range(short_lanes)]
             await asyncio.sleep(2)  # They run for longer than this; nothing is asserted about it.
             await asyncio.to_thread(self.run, command)
             done.set()
@@ -216,15 +235,41 @@ def test_redis_and_the_database_want_a_password(stack: Stack):
 
 @pytest.mark.long
 async def test_an_update_refuses_cuts_and_hangs_nobody(stack: Stack):
-    stack.run("docker compose up -d --no-recreate --wait --scale api=2 --scale worker=2")
+    """Also with one API, whose address nginx must forget: then every other request goes there first."""
+    stack.write_env(SLUICE_WORKER_REPLICAS="2")
+    stack.run("docker compose up -d --no-recreate --wait")
     stack.write_env(SLUICE_LOG_LEVEL="warning")
 
-    ends = await stack.under_load("deploy/update.sh")
+    ends = await stack.under_load("deploy/update.sh", lanes=5, short_lanes=3)
 
     assert set(ends) == {"complete"}, ends
-    for service in ("api", "worker"):
+    for service, number in {"api": 1, "worker": 2}.items():
         assert stack.run(f"docker compose exec -T {service} printenv SLUICE_LOG_LEVEL").strip() == "warning"
-        assert len(stack.run(f"docker compose ps -q {service}").split()) == 2
+        assert len(stack.run(f"docker compose ps -q {service}").split()) == number
+
+
+@pytest.mark.long
+def test_a_changed_setting_leaves_alone_what_does_not_use_it(stack: Stack):
+    """Neither ``update.sh`` nor what it says afterwards, nor ``up -d``."""
+    stack.run("docker compose up -d --wait")
+    before = stack.run("docker compose ps -q redis postgres nginx")
+    stack.write_env(SLUICE_LOG_LEVEL="info")
+
+    stack.run("docker compose up -d --wait")
+    assert stack.run("docker compose ps -q redis postgres nginx") == before
+    stack.write_env(SLUICE_LOG_LEVEL="warning")
+    said = stack.run("docker compose up -d --no-recreate --wait --scale worker=3 && deploy/update.sh --no-build")
+
+    assert "worker: 3 replicas, as before." in said
+    assert "still running as before" not in said
+    tiers = stack.run("docker compose ps -q api worker").split()
+    stack.write_env(SLUICE_WORKER_REPLICAS="3")
+    stack.run("docker compose up -d --wait")
+    assert stack.run("docker compose ps -q api worker").split() == tiers
+    stack.write_env(SLUICE_REDIS_MAXMEMORY="1gb")
+    assert "--no-deps redis\n" in stack.run("deploy/update.sh --no-build")
+    assert stack.run("docker compose ps -q redis postgres nginx") == before
+    stack.run("docker compose up -d --no-deps --wait redis")
 
 
 @pytest.mark.long
@@ -243,7 +288,7 @@ async def test_an_update_that_does_not_start_leaves_the_old_version_running(stac
 @pytest.mark.long
 async def test_scaling_a_killed_worker_and_a_reload_of_nginx_lose_nothing(stack: Stack):
     commands = [
-        "docker compose up -d --no-recreate --wait --scale worker=3 --scale api=2",
+        "SLUICE_WORKER_REPLICAS=3 SLUICE_API_REPLICAS=2 docker compose up -d --no-recreate --wait",
         "docker kill $(docker compose ps -q worker | head -n 1)",
         "docker compose kill -s HUP nginx",
     ]
