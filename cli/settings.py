@@ -99,7 +99,8 @@ def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:
         text += " Kubernetes sets it for a Service of that name: set enableServiceLinks: false for the pod."
     is_unknown = error["type"] == "extra_forbidden" or error["loc"][-1:] == ("[key]",)
     name = Redactor()(name) if is_unknown else name  # A secret may stand where a name should be.
-    return f"{name}: {text} {'' if is_unknown else _example(schema['properties'].get(place[0], {}))}".rstrip()
+    is_the_setting = str(place[0]).upper() in name.upper() and not is_unknown  # Not a provider's variable.
+    return f"{name}: {text} {_example(schema['properties'].get(place[0], {})) if is_the_setting else ''}".rstrip()
 
 
 def _example(setting: _Node) -> str:

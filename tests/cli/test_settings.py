@@ -139,6 +139,13 @@ def test_a_wrong_value_is_told_in_two_sentences_at_most(name: str, value: str):
     assert Settings.model_fields[name.removeprefix("SLUICE_").lower()].description not in line  # type: ignore[operator]
 
 
+def test_a_placeholder_of_the_documentation_is_told_with_the_place(elsewhere: Path):
+    (elsewhere / ".env").write_text("OPENAI_API_KEY=sk-…\n")
+
+    placeholder = "this looks like the placeholder of a documentation (it has U+2026, HORIZONTAL ELLIPSIS)"
+    assert told() == f"OPENAI_API_KEY in {elsewhere}/.env: {placeholder}: put your own in its place.\n"
+
+
 def test_all_that_is_wrong_is_told_at_once():
     lines = told(SLUICE_PORT="0", SLUICE_LIMITS="nope", SLUICE_REDIS_URL="x").splitlines()
 
