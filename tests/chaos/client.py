@@ -22,7 +22,8 @@ STOPS_MAX = 8
 COME_BACK = {"gateway_restarting"}
 # Nothing has begun: the client asks again when it was told to, as SDKs do. The second is what Anthropic's clients know.
 OVERLOADED = ("overloaded", "overloaded_error")
-LATE_WORDS = b"more to do now than it can"
+# The answer to its enqueue came too late, or not at all. In Anthropic's dialect both are called overloaded.
+LATE_WORDS = (b"more to do now than it can", b"its store does not answer")
 ASKS_MAX = 8
 
 
@@ -279,7 +280,7 @@ class Client:
                 self.history.problems.append(f"{response.status} without retry-after")
 
     def _refusal(self, body: bytes) -> str:
-        self.history.late += LATE_WORDS in body
+        self.history.late += any(words in body for words in LATE_WORDS)
         try:
             return error_code(body)
         except (ValueError, TypeError, AttributeError):
