@@ -19,7 +19,7 @@ UNIT := tests/api tests/common tests/contracts tests/workers tests/test_dependen
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test unit lowest coverage check-all fmt lint types env compatibility constraints bench bench-check overload fuzz chaos soak mutants package release clean
+.PHONY: help setup demo dev test unit lowest coverage check-all fmt lint types env compatibility constraints bench bench-check bench-peers overload fuzz chaos soak mutants package release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ fuzz: $(VENV)/.ready-dev ## Send unexpected input to every route, for longer tha
 
 bench-check: setup ## Compare the cost of a token and of a request with their budgets (bench/budgets.toml)
 	@$(BIN)/python -m bench.check $(ARGS)
+
+bench-peers: setup ## Measure Sluice beside the other gateways that are installed, and write docs/benchmarks.md
+	@$(BIN)/python -m bench.peers $(ARGS)
 
 chaos: $(VENV)/.ready-dev ## Break processes and connections under real streams for a minute (MINUTES=10 SEED=n, REDIS=sentinel, ARGS=--verbose); needs nginx
 	@$(BIN)/python -m tests.chaos --redis $(REDIS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -173,15 +173,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def await_ok(url: str) -> None:
-    deadline = time.monotonic() + READY_S
+def await_ok(url: str, within_s: float = READY_S) -> None:
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(url, timeout=1):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
-    sys.exit(f"{url} was not ready within {READY_S} s.")
+    sys.exit(f"{url} was not ready within {within_s:.0f} s.")
 
 
 @dataclass(frozen=True, slots=True)
