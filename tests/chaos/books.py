@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.checker import CANCELLED, EXPLICIT, LOST_WRITES, End, lost_writes
+from tests.chaos.checker import CANCELLED, EXPLICIT, LOST_WRITES, POISON, End, lost_writes
 from tests.chaos.client import History, Outcome
 from tests.chaos.faults import Happened
 from tests.chaos.plan import APIS, REDIS, TARGETS, Ask
@@ -134,7 +134,7 @@ def ended_alone(history: History, happened: Sequence[Happened]) -> bool:
 def _check_row(row: Row, history: History, end: End | None, may_have_lost: bool) -> Iterable[str]:
     if may_have_lost:
         return  # The end that the client and the ledger know may be one that Redis forgot, and another was written then.
-    if history.outcome == Outcome.COMPLETED and row.outcome != "completed":
+    if history.outcome == Outcome.COMPLETED and row.outcome != "completed" and row.error_code != POISON:
         yield f"was completed for its client, and is {row.outcome} in the ledger"
     if row.is_of_another:
         if row.tokens:

@@ -274,6 +274,20 @@ def test_a_log_that_is_not_what_the_client_saw_is_wrong(spoil: Callable[[_Log], 
     assert check_log(_seen(PIECES), spoil(LOG)) != []
 
 
+def test_a_whole_answer_may_end_as_poison_and_by_no_other_error():
+    def wrong(code: str) -> list[str]:
+        end = b'{"error":{"code":"%s"},"usage":null}' % code.encode()
+        row = replace(ROW, outcome="failed", error_kind=code, error_code=code, is_estimated=True)
+        ends = {"gen_1": End({"code": code}, None, by_worker=False, was_claimed=True)}
+        return [
+            *check_log(_seen(PIECES), [*LOG[:-1], (b"2-0", {b"k": b"end", b"d": end})]),
+            *check_rows([row], [_told()], ends, []),
+        ]
+
+    assert wrong("poison_job") == []
+    assert len(wrong("worker_lost")) == 2
+
+
 def test_the_same_seed_gives_the_same_run():
     assert list(asks(5, 20, 10)) == list(asks(5, 20, 10)) != list(asks(6, 20, 10))
     assert faults(5, 100, 1) == faults(5, 100, 1) != faults(6, 100, 1)
