@@ -25,6 +25,7 @@ from common.config.setting_sources import (
     provider_variable,
     yaml_values,
 )
+from common.config.setting_values import is_placeholder
 from common.config.settings import Settings
 from common.guardrails.table import GUARDRAILS, Mode
 from common.vendors.table import VENDORS
@@ -180,6 +181,9 @@ def _providers(settings: Settings) -> Iterator[Doubt]:
         if problem:
             yield _doubt("prices", f"the price of {price!r} applies to nothing", problem)
     for provider, chosen in settings.providers.items():
+        if any(is_placeholder(key.get_secret_value()) for key in chosen.api_keys):
+            mend = "Put your own in its place, or remove it: the provider refuses each request with it."
+            yield Doubt(f"The API key of {provider!r} looks like the placeholder of a documentation.", mend)
         if _is_own_address(chosen.base_url, settings):
             mend = "Set it to the provider's address. Otherwise requests come back to this gateway."
             yield Doubt(f"The base URL of {provider!r} is this gateway's own address.", mend)

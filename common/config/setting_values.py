@@ -22,6 +22,7 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 DATABASE_SCHEMES = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgres", "postgresql+asyncpg")
 _HOST = re.compile(r"[^\s/@?#]+")
 _QUOTES = "\"'"
+ELLIPSIS = "…"
 # What documentation writes where a key belongs. A key that is made by chance has none of this.
 _PLACEHOLDER = re.compile(
     r"…|\.\.\.|\*{3}|[-_]x{6}|^<.*>$|^\[.*\]$|\{\{|\$\{"
@@ -47,7 +48,8 @@ def _sendable(key: SecretStr) -> SecretStr:
         ValueError
     """
     text = key.get_secret_value()
-    refuse_placeholder(text)
+    if ELLIPSIS in text:
+        refuse_placeholder(text)
     if len(text) > 1 and text[0] in _QUOTES and text[0] == text[-1]:
         raise ValueError("it must not have quotes around it: remove them")
     wrong = next((at for at, char in enumerate(text, 1) if not " " <= char <= "~"), None)
@@ -58,6 +60,19 @@ def _sendable(key: SecretStr) -> SecretStr:
     return key
 
 
+def _own(key: SecretStr) -> SecretStr:
+    """Return a key that we give out. Everybody knows the placeholders of documentation, so none is one."""
+    refuse_placeholder(key.get_secret_value())
+    return key
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether this is what documentation writes in place of a key or a secret. A provider's key that is one is only a doubt: it
+    may stand in an example of settings of which only some are used.
+    """
+    return _PLACEHOLDER.search(text) is not None
+
+
 def refuse_placeholder(text: str) -> None:
     """Refuse what documentation writes in place of a key or a secret.
 
@@ -65,7 +80,7 @@ def refuse_placeholder(text: str) -> None:
         ValueError: it quotes no more than the character that no key has.
     """
     if found := _PLACEHOLDER.search(text):
-        mark = found[0] if found[0] in ("…", "...", "***") else ""
+        mark = found[0] if found[0] in (ELLIPSIS, "...", "***") else ""
         shown = f" (it has {_named(mark) if len(mark) == 1 else mark})" if mark else ""
         raise ValueError(f"this looks like the placeholder of a documentation{shown}: put your own in its place")
 
@@ -188,7 +203,7 @@ Wait = Annotated[float, Field(ge=0.01, le=7 * DAY_S)]  # Redis counts millisecon
 Kept = Annotated[float, Field(ge=0.01, le=366 * DAY_S)]  # In Redis.
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 Key = Annotated[SecretStr, AfterValidator(_sendable)]
-SecretCommaList = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_split_commas)]
+SecretCommaList = Annotated[tuple[Annotated[Key, AfterValidator(_own)], ...], NoDecode, BeforeValidator(_split_commas)]
 Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_origins)]
 Keys = Annotated[tuple[Key, ...], BeforeValidator(_split_commas)]
 HttpUrl = Annotated[str, BeforeValidator(_trim_slash), AfterValidator(_http_url)]

@@ -17,8 +17,9 @@ SOURCES = {
     for path in (ROOT / package).rglob("*.py")
     if "migrations" not in path.parts
 }
-# Expressions that are written where they are used, so that nothing can look them up. They meet settings, a page of our own,
-# a piece of text that is cut to a few hundred characters before, or (in the first) a path of which they drop repeated slashes.
+# Expressions that are written where they are used, so that nothing can look them up. They meet settings, a page and Lua of our
+# own, a piece of text that is cut to a few hundred characters before, or (in the first) a path of which they drop repeated
+# slashes.
 WRITTEN_IN_PLACE = {
     "api/server/http_errors.py": 1,
     "api/server/answer_headers.py": 1,
@@ -29,6 +30,7 @@ WRITTEN_IN_PLACE = {
     "common/config/setting_doubts.py": 2,
     "common/config/setting_values.py": 1,
     "common/config/groups/models.py": 1,
+    "common/redis/scripts.py": 1,
     "workers/providers/shared/errors.py": 1,
 }
 

@@ -131,6 +131,7 @@ def test_a_name_in_the_env_file_is_told_too(elsewhere: Path):
         ({"tenants": {"a": {"dialects": ["openai"]}}}, ["SLUICE_TENANTS", "openai-chat"]),
         ({"providers": {"openai": {"limits": {"requests": 5}}}}, ["'openai'", "OPENAI_API_KEY"]),
         ({"providers": {"openai": {"api_keys": "k", "base_url": "http://localhost:8080/v1"}}}, ["own address"]),
+        ({"providers": {"openai": {"api_keys": "your_openai_api_key_here"}}}, ["'openai'", "placeholder", "refuses"]),
     ],
 )
 def test_what_leads_nowhere_is_told(settings: dict[str, Any], words: list[str]):

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.principal import Budget, Limits
-from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.config.settings import Settings
 from common.limits.charges import (
     NO_CHARGES,
@@ -52,11 +52,16 @@ class Replicas:
         """Return the id of the generation, or the refusal."""
         self.asked += 1
         generation_id = f"gen_{self.asked}"
-        try:
-            queue = self.queues[self.asked % len(self.queues)]
-            return (await queue.enqueue(generation_id, "me", JobClass.INTERACTIVE, charges=charges)).id
-        except GatewayError as error:
-            return error
+        queue = self.queues[self.asked % len(self.queues)]
+        while True:
+            try:
+                return (await queue.enqueue(generation_id, "me", JobClass.INTERACTIVE, charges=charges)).id
+            except GatewayError as error:
+                return error
+            except StoreUnavailable as error:
+                if "waited too long" not in str(error):
+                    raise
+                await asyncio.sleep(0.1)  # This process was too busy to read Redis' clock. Nothing was done.
 
     async def ask_at_once(self, count: int, charges: Charges) -> tuple[list[str], list[GatewayError]]:
         answers = await asyncio.gather(*(self.ask(charges) for _ in range(count)))
