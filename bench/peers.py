@@ -84,7 +84,7 @@ def nginx(program: str) -> Peer:
             f"daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; worker_processes 2;\n"
             "events { worker_connections 8192; }\n"
             "http { access_log off;\n"
-            f"  upstream provider {{ server 127.0.0.1:{provider_port}; keepalive 1024; }}\n"
+            f"  upstream provider {{ server 127.0.0.1:{provider_port}; keepalive 1024; keepalive_timeout 2s; }}\n"
             f"  server {{ listen 127.0.0.1:{port} backlog=4096;\n"
             "    location / { proxy_pass http://provider; proxy_http_version 1.1; proxy_buffering off;\n"
             "      proxy_set_header Connection ''; } } }\n"
@@ -247,14 +247,16 @@ def running(peer: Peer) -> Iterator[tuple[Started, str]]:
 
 def page(results: dict[str, Figures], versions: dict[str, str], rounds: int) -> str:
     columns = list(next(iter(results.values())).values)
+    told = "one round" if rounds == 1 else f"medians of {rounds} interleaved rounds"
     floor = results.get("nginx")
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `make bench-peers` on {datetime.now(UTC).date()}: medians of {rounds} interleaved rounds on {_machine()}.",
+        f"Written by `make bench-peers` on {datetime.now(UTC).date()}, {told} on {_machine()}.",
         "The figures of one run can be compared with each other, not with those of another machine. CPU time is that of all",
         "processes of a gateway; for Sluice these are one API, one worker and Redis with its append-only file. In brackets:",
-        "how many times nginx's. [bench/README.md](../bench/README.md) says what each workload is.",
+        "how many times nginx's. [bench/README.md](../bench/README.md) says what each workload is. nginx ends a chunk where",
+        "its buffer ends, also in the middle of a token: then the client counts one too few, and the stream as failed.",
         "",
         "| | " + " | ".join(f"{name} {versions[name]}" for name in results) + " |",
         "| --- |" + " --- |" * len(results),
