@@ -1,16 +1,4 @@
--- What the queue's scripts do too: they open a log together with its job, and fence it together with the claim.
-
--- Creates the state of a new generation.
--- fields: the state's fields and values. request: '' where it is already stored. replica: its first viewer, or ''
-local function open_log(state, viewers, request_key, expiry_ms, request, replica, fields)
-  redis.call('HSET', state, 'pos', '0  0-0', 'ended', '0', 'stop', '', 'barren', '0', 'expiry_ms', expiry_ms, unpack(fields))
-  redis.call('PEXPIRE', state, expiry_ms)
-  if request ~= '' then redis.call('SET', request_key, request, 'PX', expiry_ms) end
-  if replica ~= '' then
-    redis.call('SADD', viewers, replica)
-    redis.call('PEXPIRE', viewers, expiry_ms)
-  end
-end
+-- What the queue's claim does too: it fences the logs of its jobs.
 
 -- Fences a log for a new claim, and returns what the claim needs: an answer, 1 if there is a head, the latest claims in a row
 -- without another frame, the request (or the size of a large one), the note.

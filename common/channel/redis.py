@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 __all__ = ["RedisChannel", "RedisFeed"]
 
-# Lua that the queue's scripts use too. Their Redis is never a cluster, and holds the logs.
+# Lua that the queue's claim uses too. Its Redis is never a cluster, and holds the logs.
 STEPS = tuple(Path(__file__).parent / name for name in ("_prelude.lua", "_steps.lua"))
 
 LARGE_BYTES = MIB  # A larger request is sent without a script. The state then holds its size.
@@ -73,7 +73,7 @@ class RedisChannel:
         else:
             request = opening.request + opening.body
         flat = [item for pair in fields.items() for item in pair]
-        await self._scripts.run("open", names, [ms(opening.expiry_s), request, replica, *flat])
+        await self._scripts.run("open", names, [replica, ms(opening.expiry_s), request, *flat])
 
     def _fields(self, opening: Opening) -> dict[str, Any]:
         return {
