@@ -92,7 +92,7 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
                 total.failed = _FRAMES_LOST
             elif not await finish_stopped(context):
                 total.failed = stop_failure(writer.stop)
-        except Exception:
+        except Exception:  # The outermost frame of a job: its log must get an end, and ours the traceback.
             log.exception("generation_broke", generation_id=claimed.generation_id)
             total.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. The cause is in its log.")
         await measure(context, fenced)

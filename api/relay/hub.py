@@ -108,7 +108,7 @@ class Hub:
             subscription.viewers.append(viewer)
             try:
                 await asyncio.shield(subscription.subscribed)
-            except BaseException:
+            except BaseException:  # Also a cancellation: nobody else gives this viewer back.
                 await self.leave(viewer)
                 raise
             return viewer
@@ -286,7 +286,7 @@ class Hub:
             if not is_refusal(error):
                 raise
             subscription.fail(answer_lost(error))  # It must end, but Redis refuses to store the end.
-        except Exception:
+        except Exception:  # Its keys may hold anything, and the other generations of the batch are not to blame.
             log.exception("generation_unreadable", generation_id=generation_id)
             subscription.fail(LOG_LOST)
 

@@ -255,8 +255,7 @@ class LeasedWorker(Worker):
         except Postponed as postponed:
             self.jobs_retried += 1
             await self._postpone(job, postponed)
-        except Exception:
-            # The handler ends every log that it can. What it could not end, another claim must end.
+        except Exception:  # The handler ends every log that it can. What it could not end, another claim must end.
             log.exception("job_failed", generation_id=generation_id, epoch=job.epoch)
             self.jobs_failed += 1
             await self._give_back(job, delay_s=RELEASE_DELAY_S, has_failed=True)
@@ -313,7 +312,7 @@ class LeasedWorker(Worker):
             await self._queue.drop(job, reason, with_record=with_record)
         except StoreUnavailable:
             pass  # Its lease lapses, and the next claim drops it.
-        except Exception:
+        except Exception:  # Its record may be what broke it. The worker goes on with its other jobs.
             log.exception("job_not_set_aside", generation_id=job.generation_id)
 
     # Owning
